@@ -183,8 +183,9 @@ def _one_shot_all_reduce_norm(
     width: tl.constexpr, block: tl.constexpr, columns: tl.constexpr, static: tl.constexpr,
     sent: tl.constexpr, ranks: tl.constexpr, padded: tl.constexpr, early: tl.constexpr,
 ):  # fmt: skip
-    """sent: a product has sent the words, and `x` is not looked at. Then the next product may ask
-    for its weights at once, and words are looked for while the product still runs."""
+    """sent: a product has sent the words, and what is at `x_ptr` is the residual. Then the next
+    product may ask for its weights at once, and words are looked for while the one before still
+    runs."""
     at = tl.arange(0, block)
     inside, row = at < width, tl.program_id(0) * width + at
     weight = tl.load(w_ptr + at, mask=inside, other=0.0)
@@ -192,6 +193,7 @@ def _one_shot_all_reduce_norm(
         let_on(early)
     else:
         in_turn(early)
+    # From L2, as is the number of the call: another multiprocessor may have written it.
     x = tl.load(x_ptr + row, mask=inside, other=0.0, cache_modifier=".cg")
     residual = x
     if not sent:
@@ -212,8 +214,8 @@ def _summed(
     sent: tl.constexpr,
 ):  # fmt: skip
     """The sum over the ranks of the first `width` elements of `x` [block], in float32; the others
-    are zero. padded: the power of two from `ranks` on. sent: the words are on their way, and `x` is
-    not looked at."""
+    are zero. padded: the power of two from `ranks` on. sent: the words are on their way, and of
+    `x` the dtype alone counts."""
     share: tl.constexpr = 32 // x.dtype.primitive_bitwidth  # elements of a word
     words: tl.constexpr = (width + share - 1) // share
     areas: tl.constexpr = ranks + 1 if two_shot else ranks
@@ -223,9 +225,8 @@ def _summed(
     slots = (tl.program_id(0) * 2 + (call & 1)).to(tl.int64) * areas * words
     own, sender = home(places_ptr, rank, tl.uint64) + slots, tl.arange(0, padded)
     if two_shot:
-        found = _in_two_shots(x, places_ptr, own, slots, rank, number, words, ranks, padded)[
-            None, :
-        ]
+        result = _in_two_shots(x, places_ptr, own, slots, rank, number, words, ranks, padded)
+        found = result[None, :]
     else:
         if sent:  # while none is there, one word of each is asked for
             _received(own + sender * words + words - 1, sender < ranks, number)
