@@ -257,14 +257,12 @@ def step_of(
     start = _random((requests, shard.hidden), device)
     layers = [[*_matrices(layer, kernels)] for layer in weights]
 
-    def product(matrix: Matrix[Read], x: Read, rows: int) -> Tensor | Outbox:
-        boxes = filter(None, (one.outbox(rows) for one in sums))
-        to = next(boxes, None)
+    to = next(filter(None, (one.outbox(requests) for one in sums)), None)
+
+    def multiplied(matrix: Matrix[Read], x: Read) -> Tensor | Outbox:
         return matrix.times(x) if to is None or not matrix.handed(x, to) else to
 
     def normed(x: Tensor | Outbox, residual: Tensor, matrix: Matrix[Any]) -> Any:
-        if isinstance(x, Outbox):
-            return sums[0].all_reduce_norm(x, residual, Norm(norm, EPS, matrix.in_fp8))
         one = next((one for one in sums if one.takes(x)), None)
         if one is not None and one.fuses(x):
             return one.all_reduce_norm(x, residual, Norm(norm, EPS, matrix.in_fp8))
@@ -278,8 +276,8 @@ def step_of(
             rope = Rope(cos, sin, *places, None, None, EPS)
             q = queries(qkv, normed(x, residual, qkv), None, rope, kernels.pointwise)
             x = context.attend(kernels.attention, q, keys[layer], values[layer], None)
-            x = product(output, output.input(x.flatten(1)), requests)
-            x = product(down, gated(gate_up, normed(x, residual, gate_up), down), requests)
+            x = multiplied(output, output.input(x.flatten(1)))
+            x = multiplied(down, gated(gate_up, normed(x, residual, gate_up), down))
         if isinstance(x, Outbox):
             normed(x, residual, layers[0][0])
             return residual

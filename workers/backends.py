@@ -252,8 +252,9 @@ class SharedMemoryBackend(LibraryBackend):
 class GroupSum(Protocol):
     """How the ranks of one group sum through memory that they share."""
 
-    def takes(self, x: Tensor) -> bool:
-        """Whether it sums `x`, which depends on its shape and dtype alone."""
+    def takes(self, x: Any) -> bool:
+        """Whether it sums `x`: a message, by its shape and dtype alone, or an `outbox` of its
+        own."""
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum over the group: the same bits on every rank."""
@@ -261,7 +262,7 @@ class GroupSum(Protocol):
     def outbox(self, rows: int) -> Any | None:
         """See `Backend`."""
 
-    def fuses(self, x: Tensor) -> bool:
+    def fuses(self, x: Any) -> bool:
         """Whether the residual and the norm behind the sum can be with it: of what it takes."""
 
     def all_reduce_norm(self, x: Any, residual: Tensor, norm: Any) -> Any:
@@ -291,16 +292,13 @@ class PeerBackend(LibraryBackend):
         found = self._sum_of(x, axis)
         return super().all_reduce(x, axis) if found is None else found.all_reduce(x)
 
-    def _sum_of(self, x: Tensor, axis: str) -> GroupSum | None:
+    def _sum_of(self, x: Any, axis: str) -> GroupSum | None:
         return next((one for one in self._sums.get(axis, ()) if one.takes(x)), None)
 
     def outbox(self, rows: int, axis: str) -> Any | None:
         """See `Backend`."""
-        found = self._receiver(rows, axis)
-        return None if found is None else found.outbox(rows)
-
-    def _receiver(self, rows: int, axis: str) -> GroupSum | None:
-        return next((one for one in self._sums.get(axis, ()) if one.outbox(rows)), None)
+        boxes = (one.outbox(rows) for one in self._sums.get(axis, ()))
+        return next((box for box in boxes if box is not None), None)
 
     def fuses(self, x: Tensor, axis: str) -> bool:
         """See `Backend`."""
@@ -309,8 +307,7 @@ class PeerBackend(LibraryBackend):
 
     def all_reduce_norm(self, x: Any, residual: Tensor, norm: Any, axis: str) -> Any:
         """See `Backend`."""
-        is_mine = isinstance(x, Tensor)
-        found = self._sum_of(x, axis) if is_mine else self._receiver(len(residual), axis)
+        found = self._sum_of(x, axis)
         assert found is not None, "ask `fuses` or `outbox` first"
         return found.all_reduce_norm(x, residual, norm)
 

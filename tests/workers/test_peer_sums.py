@@ -79,8 +79,8 @@ class Gathered:
     with_norm: bool = True
     box: Box | None = None
 
-    def takes(self, x: Tensor) -> bool:
-        return x.shape[0] <= self.most
+    def takes(self, x: Tensor | Box) -> bool:
+        return x is self.box if isinstance(x, Box) else x.shape[0] <= self.most
 
     def all_reduce(self, x: Tensor) -> Tensor:
         return reference.summed(self._parts(x))
@@ -88,7 +88,7 @@ class Gathered:
     def outbox(self, rows: int) -> Box | None:
         return self.box if rows <= self.most else None
 
-    def fuses(self, x: Tensor) -> bool:
+    def fuses(self, x: Tensor | Box) -> bool:
         return self.with_norm and self.takes(x)
 
     def all_reduce_norm(self, x: Tensor | Box, residual: Tensor, norm: Norm) -> Tensor | Fp8:

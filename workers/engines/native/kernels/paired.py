@@ -24,21 +24,22 @@ from workers.engines.native.kernels.reference import FP8
 def paired(matrix: Tensor, dim: int, box: list[int]) -> Any:
     """What TMA is told of a contiguous matrix of which it reads tiles of rows i and i + dim / 2 of
     each `dim`. box: rows and columns of a tile."""
-    (rows, columns), (height, width) = matrix.shape, box
-    shape = [rows // dim, dim // 16, 2, 8, columns]
-    strides = [dim * columns, 8 * columns, dim // 2 * columns, columns, 1]
-    tile = [1, height // 16, 2, 8, width]
-    layout = in_shared(tuple(tile), matrix.dtype == FP8)
-    return TensorDescriptor(matrix, shape, strides, tile, layout)
+    return _described(matrix, dim, box, (8, dim // 2, 1))
 
 
 def neighbours(matrix: Tensor, box: list[int]) -> Any:
     """The same, of tiles of rows 2 i and 2 i + 1."""
+    return _described(matrix, matrix.shape[0], box, (16, 1, 2))
+
+
+def _described(matrix: Tensor, dim: int, box: list[int], apart: tuple[int, int, int]) -> Any:
+    """apart: rows of the matrix from a 16 of a tile to the next, between the two that belong
+    together, and from one of 8 to the next."""
     (rows, columns), (height, width) = matrix.shape, box
-    shape, strides = [1, rows // 16, 2, 8, columns], [rows * columns, 16 * columns, columns]
-    tile = [1, height // 16, 2, 8, width]
+    shape, tile = [rows // dim, dim // 16, 2, 8, columns], [1, height // 16, 2, 8, width]
+    strides = [*(count * columns for count in (dim, *apart)), 1]
     layout = in_shared(tuple(tile), matrix.dtype == FP8)
-    return TensorDescriptor(matrix, shape, [*strides, 2 * columns, 1], tile, layout)
+    return TensorDescriptor(matrix, shape, strides, tile, layout)
 
 
 @cache

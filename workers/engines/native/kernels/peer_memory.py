@@ -5,6 +5,8 @@ multicast; and what all sums through it have in common. `symmetric` and `flagged
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 import triton
@@ -42,11 +44,13 @@ class Messages:
     def __init__(self, dtype: torch.dtype, width: int, most: int) -> None:
         self._dtype, self._width, self._most = dtype, width, most // dtype.itemsize
 
-    def takes(self, x: Tensor) -> bool:
+    def takes(self, x: Any) -> bool:
         """Whether `all_reduce` sums `x`."""
+        if not isinstance(x, Tensor):
+            return False
         return x.dtype == self._dtype and x.is_contiguous() and 0 < x.numel() <= self._most
 
-    def fuses(self, x: Tensor) -> bool:
+    def fuses(self, x: Any) -> bool:
         """Whether `all_reduce_norm` takes `x`."""
         return self.takes(x) and x.dim() == 2 and 0 < self._width == x.shape[1]
 

@@ -122,6 +122,14 @@ class OneShot(PeerSum):
         assert self._rows is not None
         return Outbox(*self._rows.arguments, self._ranks[0])
 
+    def takes(self, x: Tensor | Outbox) -> bool:
+        """Its `outbox` too, for `all_reduce_norm`."""
+        return isinstance(x, Outbox) or super().takes(x)
+
+    def fuses(self, x: Tensor | Outbox) -> bool:
+        """Its `outbox` too."""
+        return isinstance(x, Outbox) or super().fuses(x)
+
     def all_reduce_norm(self, x: Tensor | Outbox, residual: Tensor, norm: Norm) -> Tensor | Fp8:
         """See `PeerSum`. One program a row."""
         assert self._rows is not None
