@@ -12,6 +12,7 @@ from workers.engines.native.kernels.tiles import (
     fp8_tile_of,
     height_of,
     pages_ahead,
+    pages_behind,
     parts_of,
     tile_of,
 )
@@ -49,6 +50,13 @@ def test_what_cannot_be_streamed_has_a_tile_in_triton_or_is_cublass() -> None:
     assert found == {(27648, 5120): LARGE, (33792, 5120): LARGE, (5120, 13824): HALF,
                      (5120, 3456): HALF, (3584, 5120): None, (3072, 4096): None,
                      (28672, 8192): LARGE, (8192, 4096): HALF}  # fmt: skip
+
+
+def test_beyond_32_rows_a_tile_has_twice_the_outputs_where_each_program_has_one() -> None:
+    wide = LARGE._replace(outputs=256, stages=2, streamed=True)
+    assert [tile_of(rows, 27648, 5120, True) for rows in (33, 64)] == [wide, wide]
+    assert tile_of(64, 14336, 4096, True) == LARGE._replace(streamed=True)
+    assert tile_of(64, 33793, 5120, True) == LARGE
 
 
 def test_a_small_matrix_is_cublass_beyond_16_rows() -> None:
@@ -134,7 +142,28 @@ def test_contexts_are_cut_into_as_many_parts_as_a_gpu_has_room_for(
 
 
 def test_pages_are_read_ahead_where_all_programs_run_by_then() -> None:
-    assert [pages_ahead(contexts) for contexts in (1, 191, 192, 800)] == [2, 2, 0, 0]
+    cache = (640, 64, 4, 128)  # a rank's pages, slots of one, KV heads, and elements of a head
+    assert [pages_ahead(requests, cache, 2) for requests in (1, 47, 48, 200)] == [2, 2, 0, 0]
+    assert [pages_ahead(requests, cache, 1) for requests in (1, 23, 24, 200)] == [2, 2, 0, 0]
+    assert pages_ahead(1, (640, 64, 4, 256), 4) == 0  # two of a head of 256 have no room
+
+
+@pytest.mark.parametrize(
+    ("programs", "ahead", "kib", "pages"),
+    [
+        (264, 0, 32, 2),  # 16 bits
+        (265, 0, 32, 1),
+        (132, 2, 32, 1),
+        (4096, 0, 16, 2),  # FP8
+        (132, 0, 64, 2),  # heads of 256
+        (133, 0, 64, 1),
+        (1, 0, 128, 1),  # two have no room
+    ],
+)
+def test_two_pages_are_on_their_way_where_that_costs_no_program_its_place(
+    programs: int, ahead: int, kib: int, pages: int
+) -> None:
+    assert pages_behind(programs, ahead, kib << 10) == pages
 
 
 @pytest.mark.parametrize(

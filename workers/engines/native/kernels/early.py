@@ -9,8 +9,9 @@ from it. Only then may it let the next one be placed, so that all but the one be
 a kernel is placed: weights, and contexts, which nothing in a layer writes, are read before the wait
 (FlashInfer's kernels do so too). Kernels that a product is behind let it be placed at once, and
 wait then: of a layer a product reads nothing before its wait but how many sums there have been, and
-that is written a kernel further back. What torch and cuBLAS launch begins when everything before
-has ended, as ever.
+that is written a kernel further back. So may the product of queries, where attention has pages
+ahead: contexts are written before the first layer. What torch and cuBLAS launch begins when
+everything before has ended, as ever.
 
 It is for steps of few rows: with many a kernel takes so long that starting it does not count.
 """
@@ -50,8 +51,8 @@ def in_turn(early: tl.constexpr):
 
 
 @triton.jit
-def before_product(early: tl.constexpr):
-    """The first line of a kernel that a product is behind, which may be placed at once."""
+def at_once(early: tl.constexpr):
+    """The same of a kernel behind which the next one may be placed at once."""
     let_on(early)
     wait(early)
 

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from workers.engines.native.kernels.early import before_product, in_turn, launched
+from workers.engines.native.kernels.early import at_once, in_turn, launched
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -40,7 +40,7 @@ def _norm(
     x_ptr, res_ptr, w_ptr, out_ptr, eps, width: tl.constexpr, block: tl.constexpr,
     add: tl.constexpr, early: tl.constexpr,
 ):  # fmt: skip
-    before_product(early)
+    at_once(early)
     row, at = tl.program_id(0).to(tl.int64) * width, tl.arange(0, block)
     out = normed(x_ptr, res_ptr, w_ptr, row, eps, width, block, add)
     tl.store(out_ptr + row + at, out, mask=at < width)
@@ -78,7 +78,7 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 
 @triton.jit
 def _silu_mul(x_ptr, out_ptr, width, block: tl.constexpr, early: tl.constexpr):
-    before_product(early)
+    at_once(early)
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * block + tl.arange(0, block)
     out = silu_of(x_ptr + row * 2 * width, at, width)

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from workers.engines.native.kernels.early import FEW_ROWS, before_product, in_turn, launched
+from workers.engines.native.kernels.early import FEW_ROWS, at_once, in_turn, launched
 from workers.engines.native.kernels.fp8 import Fp8, Fp8Weight
 from workers.engines.native.kernels.fused import narrowed, normed, silu_of
 from workers.engines.native.kernels.products import STREAMS, streams
@@ -107,7 +107,7 @@ def _quantize(
     width: tl.constexpr, block: tl.constexpr, columns: tl.constexpr, static: tl.constexpr,
     early: tl.constexpr,
 ):  # fmt: skip
-    before_product(early)
+    at_once(early)
     row, at = tl.program_id(0).to(tl.int64), tl.arange(0, block)
     x = tl.load(x_ptr + row * width + at, mask=at < width, other=0.0).to(tl.float32)
     stored(x, out_ptr, scales_ptr, static_ptr, row, width, block, columns, static)
@@ -119,7 +119,7 @@ def _norm(
     width: tl.constexpr, block: tl.constexpr, columns: tl.constexpr, static: tl.constexpr,
     add: tl.constexpr, early: tl.constexpr,
 ):  # fmt: skip
-    before_product(early)
+    at_once(early)
     row = tl.program_id(0).to(tl.int64)
     x = normed(x_ptr, res_ptr, w_ptr, row * width, eps, width, block, add).to(tl.float32)
     stored(x, out_ptr, scales_ptr, static_ptr, row, width, block, columns, static)
@@ -131,7 +131,7 @@ def _silu_mul(
     width: tl.constexpr, block: tl.constexpr, columns: tl.constexpr, static: tl.constexpr,
     early: tl.constexpr,
 ):  # fmt: skip
-    before_product(early)
+    at_once(early)
     row, at = tl.program_id(0).to(tl.int64), tl.arange(0, block)
     x = silu_of(x_ptr + row * 2 * width, at, width).to(tl.float32)
     stored(x, out_ptr, scales_ptr, static_ptr, row, width, block, columns, static)
@@ -143,7 +143,7 @@ def _quantize_by(
     block: tl.constexpr, early: tl.constexpr,
 ):  # fmt: skip
     """As `stored`, by the largest values of all `parts` of a token."""
-    before_product(early)
+    at_once(early)
     row, at = tl.program_id(0).to(tl.int64), tl.program_id(1) * block + tl.arange(0, block)
     x = tl.load(x_ptr + row * width + at, mask=at < width, other=0.0).to(tl.float32)
     p = tl.arange(0, many)

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from workers.engines.native.kernels import reference
 from workers.engines.native.kernels.early import in_turn, launched
-from workers.engines.native.kernels.tiles import pages_ahead, parts_of
+from workers.engines.native.kernels.tiles import pages_ahead, pages_behind, parts_of
 
 _LOG2_E = 1.4426950408889634  # scores are powers of 2 inside, which the GPU has an instruction for
 _FEW_PARTS = 4
+_STAGES = {1: 3, 2: 5}  # of Triton, by pages on their way: their numbers are on their way before
 _COUNTED = 1 << 16  # requests times KV heads whose parts are counted
 
 
@@ -40,7 +41,7 @@ def decode_attention(
     group, pages = heads // kv_heads, tables.shape[1]
     read = pages if window is None else min(pages, triton.cdiv(window, page) + 1)
     contexts = batch * kv_heads
-    parts, ahead = parts_of(contexts, read), pages_ahead(contexts)
+    parts, ahead = parts_of(contexts, read), pages_ahead(batch, keys.shape, keys.element_size())
     joins = parts <= _FEW_PARTS and contexts <= _COUNTED
     out = torch.empty_like(q)
     made = torch.empty(batch, heads, parts, dim, dtype=torch.float32, device=q.device)
@@ -49,8 +50,9 @@ def decode_attention(
     rows = max(16, triton.next_power_of_2(group))
     sizes = (kv_heads, group, rows, dim, page, parts, ahead, joins, window or 0)
     grid, scale = (batch, kv_heads, parts), dim**-0.5 * _LOG2_E
-    warps = 4 if ahead else 2
-    _decode[grid](*tensors, scale, pages, *sizes, num_warps=warps, num_stages=3, **launched(batch))
+    behind = pages_behind(contexts * parts, ahead, 2 * page * dim * keys.element_size())
+    ways = {"num_warps": 4 if ahead else 2, "num_stages": _STAGES[behind], **launched(batch)}
+    _decode[grid](*tensors, scale, pages, *sizes, **ways)
     if parts > 1 and not joins:
         block = triton.next_power_of_2(parts)
         joined, warps = (made, sums, out, parts, block, dim), max(2, block // 16)

@@ -27,7 +27,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from workers.engines.native.kernels.early import in_turn, launched
+from workers.engines.native.kernels.early import at_once, in_turn, launched
 from workers.engines.native.kernels.paired import (
     angles,
     hand_over,
@@ -40,7 +40,9 @@ from workers.engines.native.kernels.paired import (
     paired,
 )
 from workers.engines.native.kernels.reference import FP8, Outbox, Rope
-from workers.engines.native.kernels.tiles import Tile, height_of
+from workers.engines.native.kernels.tiles import Tile, height_of, pages_ahead
+
+_FEWEST = 8  # requests, with which a layer takes up to 0.3% longer if attention is placed at once
 
 
 class Product(NamedTuple):
@@ -105,17 +107,22 @@ def _multiply(
         tiled = neighbours(of.weight, box)
     else:
         tiled = paired(of.weight, dim, box) if dim else _tiled(of.weight, box)
-    tiles, at_once = triton.cdiv(outputs, tile.outputs), _multiprocessors(of.x.device)
-    # In 16 bits a step is shorter where programs without a tile are launched as well.
-    programs = min(tiles, at_once) if of.scales else at_once
+    leads, programs = rope is not None and _leads(rope, rows), _multiprocessors(of.x.device)
+    if of.scales or leads:  # else a step is shorter where programs without a tile are launched too
+        programs = min(programs, triton.cdiv(outputs, tile.outputs))
     _streamed[(programs,)](
         _tiled(of.x, [height_of(rows), tile.inputs]), tiled, of.scales or (out, out),
         out if of.bias is None else of.bias, out, out if largest is None else largest,
         (out,) * 6 if rope is None else rope[:6], (out, out) if to is None else to[:2],
         0 if to is None else to.rank, rows, outputs, inputs, *box, tile.stages, dim, *heads,
-        0 if to is None else to.ranks, bool(of.scales), of.bias is not None,
+        0 if to is None else to.ranks, bool(of.scales), of.bias is not None, leads,
         num_warps=tile.warps, **launched(rows),
     )  # fmt: skip
+
+
+def _leads(rope: Rope, rows: int) -> bool:
+    """Whether attention is placed at once, as it has pages ahead."""
+    return rows > _FEWEST and pages_ahead(rows, rope.keys.shape, rope.keys.element_size()) > 0
 
 
 @cache
@@ -135,7 +142,7 @@ def _streamed(
     x_desc, w_desc, scales, bias_ptr, out_ptr, largest_ptr, rope, outbox, rank, rows, outputs,
     inputs: gl.constexpr, width: gl.constexpr, depth: gl.constexpr, stages: gl.constexpr,
     dim: gl.constexpr, heads: gl.constexpr, kv_heads: gl.constexpr, ranks: gl.constexpr,
-    scaled: gl.constexpr, has_bias: gl.constexpr, early: gl.constexpr,
+    scaled: gl.constexpr, has_bias: gl.constexpr, leads: gl.constexpr, early: gl.constexpr,
 ):  # fmt: skip
     height: gl.constexpr = x_desc.block_type.shape[0]
     layout: gl.constexpr = _of_sums(height, w_desc.dtype.primitive_bitwidth, gl.num_warps())
@@ -146,7 +153,7 @@ def _streamed(
     if ranks:  # sums write them, and between a sum and the next product there is another kernel
         calls = gl.load(outbox[1] + m, m < rows, 0, cache_modifier=".cg") + 1
     ring = _ring(x_desc, w_desc, width, depth, stages)
-    _begin(ring, outputs, inputs, dim, early)
+    _begin(ring, outputs, inputs, dim, leads, early)
     count = 0  # tiles that are multiplied
     for tile in range(_first(0, outputs, width), _first(1, outputs, width)):
         out = outputs_of(tile * width, at, dim, ranks > 0)
@@ -196,7 +203,10 @@ def _ring(x_desc, w_desc, width: gl.constexpr, depth: gl.constexpr, stages: gl.c
 
 
 @gluon.jit
-def _begin(ring, outputs, inputs: gl.constexpr, dim: gl.constexpr, early: gl.constexpr):
+def _begin(
+    ring, outputs, inputs: gl.constexpr, dim: gl.constexpr, leads: gl.constexpr,
+    early: gl.constexpr,
+):  # fmt: skip
     """Ask for the first stages: for weights, and for tokens in turn."""
     stages: gl.constexpr = ring[3].shape[0]
     for s in gl.static_range(stages):
@@ -204,7 +214,10 @@ def _begin(ring, outputs, inputs: gl.constexpr, dim: gl.constexpr, early: gl.con
     fence_async_shared()
     for s in gl.static_range(stages):
         _ask_weights(ring, s, s, outputs, inputs, dim)
-    in_turn(early)  # only tokens are of the kernel before
+    if leads:  # only tokens are of the kernel before
+        at_once(early)
+    else:
+        in_turn(early)
     for s in gl.static_range(stages):
         _ask_tokens(ring, s, s, outputs, inputs)
 

@@ -3,6 +3,7 @@ attention in Triton cuts contexts. Needs no GPU and no Triton."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 _SHARED_BYTES = 226 << 10  # of the 227 KiB that a program has on Hopper; one is for sums
@@ -14,6 +15,7 @@ _PROGRAMS = 132  # that run at once, one a multiprocessor
 _TARGET, _PLACES = 2 * _PROGRAMS, 5 * _PROGRAMS
 _CONTEXTS = 192  # that need no parts where they are short
 _AHEAD = 2  # pages of a part that a kernel has while it waits
+_FP8_CONTEXTS = 96  # the same, of those in FP8 that have pages ahead
 _LONG = 16  # pages of a context from which on parts are worth their join
 
 
@@ -36,11 +38,14 @@ class Tile(NamedTuple):
 
 _Tiles = tuple[tuple[int, range, Tile], ...]
 _HALF = Tile(64, 128, 4, 6)
+_LARGE = Tile(128, 128, 8, 4, streamed=True)
 # Up to how many rows, and how many tiles of outputs: the first that fits (docs/performance.md).
 # With more than two tiles of outputs a program, Triton's rate is higher.
 _TILES: _Tiles = (
-    (64, range(100, 2 * _PROGRAMS + 1), Tile(128, 128, 8, 4, streamed=True)),
-    (64, range(100, _MANY), Tile(128, 128, 8, 4)),
+    (32, range(100, 2 * _PROGRAMS + 1), _LARGE),
+    (64, range(100, _PROGRAMS + 1), _LARGE._replace(outputs=256)),  # tokens are read half as often
+    (64, range(100, 2 * _PROGRAMS + 1), _LARGE),
+    (64, range(100, _MANY), _LARGE._replace(streamed=False)),
     (64, range(48, _PROGRAMS + 1), Tile(64, 256, 4, 4, streamed=True)),
     (64, range(48, 100), _HALF._replace(streamed=True)),
     (64, range(100, _MANY), _HALF),
@@ -107,7 +112,17 @@ def parts_of(contexts: int, pages: int) -> int:
     return max(1, min(-(-_TARGET // contexts), most))
 
 
-def pages_ahead(contexts: int) -> int:
+def pages_ahead(requests: int, cache: Sequence[int], size: int) -> int:
     """Pages of each part that are read while a kernel waits for the one before: none where there
-    are so many programs that they do not all run by then. contexts: as of `parts_of`."""
-    return _AHEAD if contexts < _CONTEXTS else 0
+    are so many programs that they do not all run by then. cache: the shape of keys, see
+    `Attention`. size: bytes of an element."""
+    _, page, kv_heads, dim = cache
+    few = requests * kv_heads < (_CONTEXTS if size > 1 else _FP8_CONTEXTS)
+    return _AHEAD if few and _AHEAD * 2 * page * dim * size <= _SHARED_BYTES else 0
+
+
+def pages_behind(programs: int, ahead: int, page_bytes: int) -> int:
+    """Pages that are on their way to a program of attention while it computes another one: two if
+    there are few programs, or no fewer run at once so. page_bytes: of a head's keys and values."""
+    at_once = _SHARED_BYTES // (2 * page_bytes) * _PROGRAMS
+    return 2 if not ahead and (at_once >= _PLACES or programs <= min(at_once, _TARGET)) else 1
