@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,14 +49,15 @@ NICENESS = "RAY_worker_niceness"
 class Cluster:
     """A Ray cluster that this process is connected to, and what its nodes have.
 
-    embedded: it was started here, and ends with the context of `start`. dashboard: its URL.
-    servers: the processes without which nothing works. session: the folder of a local Ray.
+    embedded: it was started here, and ends with the context of `start`. dashboard: its URL, once
+    it answers. servers: the processes without which nothing works. session: the folder of a local
+    Ray.
     """
 
     nodes: tuple[Node, ...]
     embedded: bool
     address: str
-    dashboard: str | None
+    dashboard: Future[str | None]
     servers: tuple[Server, ...] = ()
     session: RaySession | None = None
 
@@ -121,9 +123,12 @@ def start(device: str, ranks: int, dashboard: bool = True) -> Iterator[Cluster]:
         cluster = _start(here, ranks, dashboard, mine)
         try:
             yield cluster
+            wait([cluster.dashboard])  # so that it is told of, however short the runs are
         except Exception as error:
             mine.keep(first_line(error))
             raise
+        finally:
+            cluster.dashboard.cancel()
 
 
 def check_address(address: str) -> None:
@@ -196,7 +201,8 @@ def _start(here: Node, ranks: int, dashboard: bool, mine: RaySession) -> Cluster
             ray_private.on_loopback(),
             ray_private.lean(dashboard),
             ray_private.interruptible(),
-            ray_private.dashboard_beside() as dashboard_url,
+            ray_private.raylet_at_once(),
+            ray_private.dashboard_beside() as url,
             _init() as init,
         ):
             init(
@@ -206,7 +212,6 @@ def _start(here: Node, ranks: int, dashboard: bool, mine: RaySession) -> Cluster
                 object_store_memory=OBJECT_STORE_BYTES,
                 **ray_private.settings(METRICS_MS, mine.folder),
             )
-            url = _dashboard(dashboard_url())
     except Exception as error:
         mine.keep(first_line(error))
         raise UserError(
@@ -230,7 +235,9 @@ def _join(address: str) -> Cluster:
         servers: tuple[Server, ...] = (server,)
     else:
         servers = _servers(name, JOINED_S)
-    return Cluster(nodes.ask_nodes(), False, address, _dashboard(url), servers)
+    dashboard = Future[str | None]()
+    dashboard.set_result(ray_private.url_of(url))
+    return Cluster(nodes.ask_nodes(), False, address, dashboard, servers)
 
 
 @contextlib.contextmanager
@@ -251,10 +258,6 @@ def _servers(name: str, answer_s: float) -> tuple[Server, ...]:
     raylet = mine["NodeManagerAddress"], mine["NodeManagerPort"]
     gcs = Server(f"GCS of {name}", host, int(port), answer_s)
     return gcs, Server(f"raylet of {name}", *raylet, answer_s)
-
-
-def _dashboard(url: str | None) -> str | None:
-    return f"http://{url}" if url else None
 
 
 def _check_room(there: int, device: str, ranks: int, where: str) -> None:

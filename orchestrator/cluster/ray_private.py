@@ -21,8 +21,8 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, InvalidStateError
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ from workers.rendezvous import LOOPBACK
 
 CLIENT_PREFIX = "ray://"
 TOKEN_FILE = "auth_token"
-PORT_S = 0.02  # between two looks for the port of a GCS
+PORT_S = 0.02  # between two looks for the port of a GCS, or for a raylet
+RAYLET_S = 30.0  # that one may take to be known; Ray's own way says why it is not
 TOKEN_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
@@ -128,21 +129,22 @@ def lean(dashboard: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def dashboard_beside() -> Iterator[Callable[[], str | None]]:
+def dashboard_beside() -> Iterator[Future[str | None]]:
     """Let `ray.init` go on while its dashboard starts, which takes seconds that its own context is
-    then without. Yields what waits for the dashboard, and gives its URL without a scheme, None
-    where there is none; it raises what Ray raises of one that does not start."""
+    then without. Yields the dashboard's URL, once it is known, None where there is none; or what
+    Ray raises of one that does not start."""
     from ray._private.node import Node
 
     start, url = Node.start_api_server, Future[str | None]()
 
     def run(node: Node, asked: Mapping[str, Any]) -> None:
-        try:
-            start(node, **asked)
-        except BaseException as error:
-            url.set_exception(error)
-        else:
-            url.set_result(node.webui_url)
+        with contextlib.suppress(InvalidStateError):  # nobody waits for it any more
+            try:
+                start(node, **asked)
+            except BaseException as error:
+                url.set_exception(error)
+            else:
+                url.set_result(url_of(node.webui_url))
 
     def begin(node: Node, **asked: Any) -> None:
         # Nobody waits for it where Ray does not start: its processes are ended, and so is it.
@@ -150,9 +152,39 @@ def dashboard_beside() -> Iterator[Callable[[], str | None]]:
 
     Node.start_api_server = begin
     try:
-        yield url.result
+        yield url
     finally:
         Node.start_api_server = start
+
+
+def url_of(dashboard: str | None) -> str | None:
+    """Of what Ray says of one."""
+    return f"http://{dashboard}" if dashboard else None
+
+
+@contextlib.contextmanager
+def raylet_at_once() -> Iterator[None]:
+    """Let `ray.init` go on as soon as its raylet is known to the GCS. Ray's own wait sleeps for two
+    seconds between two looks."""
+    from ray._private import services
+    from ray._private.state import GlobalState
+
+    ask = services.get_node
+
+    def ask_again(gcs_address: str, node_id: str) -> Any:
+        nodes, deadline = GlobalState(), time.monotonic() + RAYLET_S
+        nodes._initialize_global_state(services._get_gcs_client_options(gcs_address))
+        while time.monotonic() < deadline:
+            if any(one["NodeID"] == node_id for one in nodes.node_table()):
+                break
+            time.sleep(PORT_S)
+        return ask(gcs_address, node_id)
+
+    services.get_node = ask_again
+    try:
+        yield
+    finally:
+        services.get_node = ask
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Protocol
 
@@ -30,8 +31,8 @@ class HasDashboard(Protocol):
     """What is shown of a cluster."""
 
     @property
-    def dashboard(self) -> str | None:
-        """Where its dashboard answers; None without one."""
+    def dashboard(self) -> Future[str | None]:
+        """Where its dashboard answers, once it does; None without one."""
         ...
 
     @property
@@ -82,13 +83,24 @@ class RunProgress:
             self.note(showing.beginning(live))
 
     def connected(self, cluster: HasDashboard) -> None:
-        """The cluster is connected. A search tells of the same one at every rate."""
-        dashboard = cluster.dashboard and f"Ray dashboard: {cluster.dashboard}"
-        session = cluster.logs and f"Ray session: {cluster.logs} (kept where a run fails)"
-        for line in filter(None, (dashboard, session)):
-            if line not in self._told:
-                self._told.add(line)
-                self.note(line)
+        """The cluster is connected; its dashboard may still start."""
+        if cluster.logs:
+            self._tell(f"Ray session: {cluster.logs} (kept where a run fails)")
+        cluster.dashboard.add_done_callback(self._tell_dashboard)
+
+    def _tell_dashboard(self, dashboard: Future[str | None]) -> None:
+        if dashboard.cancelled():  # Ray has ended before
+            return
+        if error := dashboard.exception():
+            self._tell(f"Ray's dashboard did not start: {error}")
+        elif url := dashboard.result():
+            self._tell(f"Ray dashboard: {url}")
+
+    def _tell(self, line: str) -> None:
+        """Once: a search tells of the same cluster at every rate."""
+        if line not in self._told:
+            self._told.add(line)
+            self.note(line)
 
     def phase(self, deployment: str, cell: str, what: str) -> None:
         """A phase begins; `cell` is empty while building."""

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import Future
 from dataclasses import replace
 
 import fake_engine
@@ -110,7 +111,7 @@ def test_devices_of_a_cluster_go_by_node_and_index():
         Node("10.0.0.1", {"cuda": 2}, (gpu(0), gpu(1))),
         Node("10.0.0.0", {"cpu": 2}),
     )
-    there = Cluster(nodes, embedded=False, address="10.0.0.0:6379", dashboard=None)
+    there = Cluster(nodes, embedded=False, address="10.0.0.0:6379", dashboard=Future())
     assert [(d.node, d.index, d.memory_bytes) for d in there.topology("cuda").devices] == [
         ("10.0.0.1", 0, 80),
         ("10.0.0.1", 1, 80),

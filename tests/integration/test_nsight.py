@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -166,7 +167,7 @@ def node(address: str, gpus: int, nsys: bool) -> Node:
 
 
 def joined(*nodes: Node) -> Cluster:
-    return Cluster(nodes, embedded=False, address="10.0.0.1:6379", dashboard=None)
+    return Cluster(nodes, embedded=False, address="10.0.0.1:6379", dashboard=Future())
 
 
 def test_nodes_without_nsys_are_named_if_they_may_get_a_rank() -> None:

@@ -19,7 +19,7 @@ import pytest
 import ray
 from packaging.requirements import Requirement
 
-from orchestrator.cluster import ray_private
+from orchestrator.cluster import connection, ray_private
 from orchestrator.cluster.connection import Cluster
 
 ROOT = Path(__file__).parents[2]
@@ -223,13 +223,36 @@ def test_ray_goes_on_while_its_dashboard_starts(
         Node.start_api_server(
             Dashboard(waits, fails), include_dashboard=True, raise_on_failure=True
         )
+        assert not url.done()
         waits.set()
         if fails:
             with pytest.raises(RuntimeError, match="no port is free"):
-                url()
+                url.result(10)
         else:
-            assert url() == "127.0.0.1:8265"
+            assert url.result(10) == "http://127.0.0.1:8265"
     assert Node.start_api_server is Dashboard.start
+
+
+@pytest.mark.ray
+def test_ray_goes_on_as_soon_as_its_raylet_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would sleep for two seconds where it asks before."""
+    from ray._private import node, services
+
+    assert "ray._private.services.get_node(" in inspect.getsource(node.Node.__init__)
+    ask, known = services.get_node, []
+
+    def asked(gcs_address: str, node_id: str) -> object:
+        began = time.monotonic()
+        found = ask(gcs_address, node_id)
+        known.append(time.monotonic() - began)
+        return found
+
+    monkeypatch.setattr(services, "get_node", asked)
+    with connection.connect(None, "cpu", 1, dashboard=False):
+        pass
+    assert known
+    assert max(known) < 1
+    assert services.get_node is asked
 
 
 STARTED = """

@@ -1,6 +1,7 @@
 """What is shown in a terminal: the comparison of layouts, and how far the runs are."""
 
 import io
+from concurrent.futures import Future
 from types import SimpleNamespace
 
 import pytest
@@ -349,12 +350,34 @@ def test_an_open_loop_is_named_and_shows_its_delay_where_a_closed_one_shows_its_
 
 def test_where_ray_is_stands_once_however_often_a_search_connects():
     console = Console(file=io.StringIO(), width=110)
-    one = SimpleNamespace(dashboard="http://127.0.0.1:8265", logs="/tmp/orc-1")
+    dashboard = Future()
+    one, other = (SimpleNamespace(dashboard=dashboard, logs=f"/tmp/orc-{i}") for i in (1, 2))
     progress = terminal.RunProgress(console)
-    for cluster in (one, one, SimpleNamespace(dashboard=one.dashboard, logs="/tmp/orc-2"), one):
+    for cluster in (one, one):
         progress.connected(cluster)
-    lines = console.file.getvalue().splitlines()
-    assert [line.split()[2] for line in lines] == [one.dashboard, "/tmp/orc-1", "/tmp/orc-2"]
+    dashboard.set_result("http://127.0.0.1:8265")  # it starts beside the runs
+    for cluster in (other, one):
+        progress.connected(cluster)
+    told = [line.split()[2] for line in console.file.getvalue().splitlines()]
+    assert told == ["/tmp/orc-1", "http://127.0.0.1:8265", "/tmp/orc-2"]
+
+
+@pytest.mark.parametrize(
+    ("end", "told"),
+    [
+        (lambda one: one.set_exception(RuntimeError("no port is free")), "did not start: no port"),
+        (lambda one: one.set_result(None), ""),
+        (lambda one: one.cancel(), ""),  # Ray has ended before
+    ],
+)
+def test_a_dashboard_that_does_not_start_is_told_of(end, told):
+    console = Console(file=io.StringIO(), width=110)
+    dashboard = Future()
+    progress = terminal.RunProgress(console)
+    progress.connected(SimpleNamespace(dashboard=dashboard, logs=None))
+    end(dashboard)
+    assert told in console.file.getvalue()
+    assert bool(told) == bool(console.file.getvalue())
 
 
 def test_several_experiments_are_told_apart_by_their_names_and_their_settings():
