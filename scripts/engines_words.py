@@ -114,6 +114,12 @@ def ratios_elsewhere(found: Sequence[Published]) -> str:
     return f"On {where}, it now delivers of vLLM {_ratios(found)}."
 
 
+def ratios_since(found: Sequence[Published]) -> str:
+    """The same of newer starts, under some of the layouts."""
+    each = listed(map(model_of, found))
+    return f"Since then it delivers of vLLM, in one start of {each} each, {_ratios(found)}."
+
+
 def _ratios(found: Sequence[Published]) -> str:
     return listed(
         f"{geometric_mean(values):.2f}x under {name} ({between(values, '.2f', 'x')})"

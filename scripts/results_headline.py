@@ -38,9 +38,11 @@ from orchestrator.report.text import EN_DASH, aligned
 WIDTH = 100
 
 
-def section(found: Sequence[Published], others: Sequence[Sequence[Published]]) -> Iterator[str]:
+def section(
+    found: Sequence[Published], others: Sequence[Sequence[Published]], newer: Sequence[Published]
+) -> Iterator[str]:
     """Conditions, a table of each model, and some sentences. found: a result of each model, under
-    both engines. others: such results on other GPUs."""
+    both engines. others: such results on other GPUs. newer: starts since the last of these."""
     yield paragraph(*_conditions(found), width=WIDTH)
     for each in found:
         yield f"**{model_of(each)}**"
@@ -51,7 +53,7 @@ def section(found: Sequence[Published], others: Sequence[Sequence[Published]]) -
         words.ratios(found),
         *words.sums(found),
         *map(words.ratios_elsewhere, others),
-        *words.beside_peers(found),
+        words.ratios_since(newer),
         words.verdicts(found),
         words.misses(found, "docs/"),
         *words.unrun_cells(found),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pyarrow.ipc
@@ -13,9 +14,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "docs/results"
 PAGE = (ROOT / "docs/performance.md").read_text()
-SECTION, SUMS = (
+SECTION, SUMS, PLACED = (
     PAGE.partition(f"### {words}")[2].partition("\n### ")[0]
-    for words in ("Small kernels that go", "Sums that products hand over")
+    for words in (
+        "Small kernels that go",
+        "Sums that products hand over",
+        "Attention placed at once",
+    )
 )
 NAMES = {"qwen2.5-32b": "32B tp2", "llama-70b": "70B tp2"}
 FORMS = {"none": "BF16", "fp8": "FP8"}
@@ -83,24 +88,56 @@ def layers(name: str) -> dict[tuple[str, int], float]:
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "wanted", "more"),
+    ("before", "after", "wanted", "more", "section"),
     [
-        ("before", "handed", [(f, n) for f in FORMS.values() for n in (1, 8, 32, 64)], ""),
-        ("handed_again", "placed", [("FP8", 1), ("FP8", 32)], ", placed at once"),
+        ("before", "handed", [(f, n) for f in FORMS.values() for n in (1, 8, 32, 64)], "", SUMS),
+        ("handed_again", "placed", [("FP8", 1), ("FP8", 32)], ", placed at once", SUMS),
+        (
+            "attention_before",
+            "attention_placed",
+            [(f, n) for f in FORMS.values() for n in (1, 8, 16, 32, 48, 64)],
+            "",
+            PLACED,
+        ),
     ],
 )
-def test_layers_that_hand_sums_over_take_what_the_page_says(
-    before: str, after: str, wanted: list[tuple[str, int]], more: str
+def test_layers_whose_ranks_sum_take_what_the_page_says(
+    before: str, after: str, wanted: list[tuple[str, int]], more: str, section: str
 ) -> None:
     then, now = layers(before), layers(after)
     for form, requests in wanted:
         name = f"{form}{more}" if requests == 1 else ""
         figures = f"{then[form, requests]:.1f} | {now[form, requests]:.1f}"
         less = f"{now[form, requests] / then[form, requests] - 1:+.1%}"
-        assert f"| {name}{' ' * bool(name)}| {requests} | {figures} | {less} |" in SUMS
+        assert f"| {name}{' ' * bool(name)}| {requests} | {figures} | {less} |" in section
 
 
-def test_how_much_longer_such_a_layer_takes_in_16_bits() -> None:
-    plain, quantised = layers("handed_again"), layers("placed")
-    ratios = [plain["BF16", n] / quantised["FP8", n] for n in (1, 32)]
-    assert "layers then take {:.2f} and {:.2f} times as long in BF16".format(*ratios) in PAGE
+def test_attention_alone_takes_what_the_page_says() -> None:
+    then, now = (
+        {
+            (row["kv_cache_dtype"], row["requests"], row["context"]): row["us"]
+            for row in rows_of(f"1xh200/attention_{name}")
+            if row["phase"] == "decode"
+        }
+        for name in ("one_page", "two_pages")
+    )
+    assert len(then) == len(now) == 20
+    for (dtype, requests, context), us in then.items():
+        other = now[dtype, requests, context]
+        is_fp8 = dtype == "float8_e4m3fn"
+        line = f"| {'FP8' if is_fp8 else 'BF16'} | {requests} | {context:,} | "
+        line += f"{us:.1f} | {other:.1f} | {other / us - 1:+.1%} |"
+        assert (line in PLACED) == (is_fp8 or abs(other / us - 1) > 0.01)
+
+
+@pytest.mark.parametrize("model", ["qwen2.5-32b", "llama-8b"])
+def test_vllm_is_beside_both_models(model: str) -> None:
+    made: dict[tuple[str, int], list[float]] = {}
+    for row in rows_of(f"2xh200/placed/{model}/summary"):
+        made.setdefault((row["engine"], row["max_concurrency"]), []).append(
+            row["output_throughput"]
+        )
+    ours, theirs = ([fmean(made[name, n]) for n in (1, 32, 100)] for name in ("torch", "vllm"))
+    line = "| | tok/s of vLLM | {:.1f} | {:,.0f} | {:,.0f} |\n".format(*theirs)
+    over = [mine / other for mine, other in zip(ours, theirs, strict=True)]
+    assert line + "| | over vLLM | {:.2f}x | {:.2f}x | {:.2f}x |".format(*over) in PLACED

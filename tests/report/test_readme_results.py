@@ -127,7 +127,7 @@ def test_with_more_starts_means_have_intervals_and_pairs_have_verdicts() -> None
     assert "Verdicts of" in page
     assert "There are no verdicts" not in page
     others = [readme_results.both_engines(readme_results.FOUR_H100)]
-    headline = "\n".join(results_headline.section(found, others)).splitlines()
+    headline = "\n".join(results_headline.section(found, others, others[0])).splitlines()
     assert max(map(len, headline)) <= 100
     list(results_costs.section(found))
 
