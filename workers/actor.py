@@ -7,7 +7,8 @@ ray is imported only to ask which node and GPU it gave this actor, and to end th
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from workers import engines
@@ -31,10 +32,14 @@ class Worker:
     """One rank, or the ranks that an engine drives from one process: those of a replica, or all.
 
     rank: the first of them. An actor learns its rank from `assign`, once the driver knows where all
-    of them landed.
+    of them landed. environment: what is more in that of this process from now on.
     """
 
-    def __init__(self, rank: int = 0, device_index: int = 0) -> None:
+    def __init__(
+        self, rank: int = 0, device_index: int = 0, environment: Mapping[str, str] | None = None
+    ) -> None:
+        os.environ.update(environment or {})
+        tempfile.tempdir = None  # what was found before may be another one
         self.rank = rank
         self.device_index = device_index
         self._gpu_ids: list[str] = []

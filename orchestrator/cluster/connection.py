@@ -192,7 +192,7 @@ def _join_with_room(address: str, device: str, ranks: int) -> Iterator[Cluster]:
 
 
 def _start(here: Node, ranks: int, dashboard: bool, mine: RaySession) -> Cluster:
-    os.environ.setdefault(NO_MASK, "1")
+    os.environ[NO_MASK] = "1"
     os.environ.setdefault(NICENESS, "0")
     try:
         with (

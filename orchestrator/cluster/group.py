@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import os
 import secrets
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -247,7 +245,7 @@ class WorkerGroup:
     def _actor(self, bundle: int, name: str, runtime: Mapping[str, object]) -> Any:
         """The actor in a bundle: it has the devices of that, or none where its engine takes those
         of several bundles."""
-        resource = RESOURCES[self._plan.device]
+        resource, environment = RESOURCES[self._plan.device], self._environment()
         amount = 0 if self._plan.spans_nodes else self._step
         remote = ray.remote(Worker).options(
             name=name,
@@ -260,9 +258,11 @@ class WorkerGroup:
                 placement_group_bundle_index=bundle,
                 placement_group_capture_child_tasks=self._plan.spans_nodes,
             ),
-            runtime_env={"env_vars": self._environment(), **runtime},
         )
-        return remote.remote()
+        # Ray starts Python twice where it is to give a process an environment: most of a second.
+        if self._cluster.embedded and environment[NO_MASK] == "1" and not runtime:
+            return remote.remote(environment=environment)
+        return remote.options(runtime_env={"env_vars": environment, **runtime}).remote()
 
     def _environment(self) -> dict[str, str]:
         """The environment of every worker. A rank sees every GPU of its node, because NCCL's peer
@@ -275,8 +275,6 @@ class WorkerGroup:
             environment["OMP_NUM_THREADS"] = "1"
         if self._cluster.session:  # Ray has its own; what is compiled there is for later commands
             environment[TEMPORARY] = tempfile.gettempdir()
-        if self._cluster.embedded:
-            environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
         return environment
 
     # -- under Nsight Systems and Nsight Compute

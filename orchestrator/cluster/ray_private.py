@@ -79,7 +79,7 @@ def lets_in(address: str, host: str, port: int, token: str, timeout_s: float) ->
 def settings(metrics_ms: int, folder: Path) -> dict[str, object]:
     """Arguments of `ray.init` for a Ray of this machine alone: it keeps its files in a folder of
     its own in `folder`, and every process reports its metrics each `metrics_ms`. It starts no
-    workers in advance: none becomes an actor of ours, as these have an environment of their own.
+    workers in advance: one for each core, most of which would become no actor of ours.
 
     Ray opens the folder that it is given, and all in it, to everybody (mode 0777): nobody else may
     be able to enter `folder`.

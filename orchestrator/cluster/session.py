@@ -57,15 +57,18 @@ class RaySession:
 
     @contextlib.contextmanager
     def marking(self) -> Iterator[None]:
-        """What is started inside, and all that it starts later, belongs to this session. Its
-        temporary files go into the folder: Ray's servers are killed, and remove none."""
+        """What is started inside, and all that it starts later, belongs to this session, and can
+        import what this process can. Its temporary files go into the folder: Ray's servers are
+        killed, and remove none."""
         tempfile.gettempdir()  # this process stays with its own
+        folder, imports = str(self.folder), os.pathsep.join(one or os.getcwd() for one in sys.path)
+        variables = {guard.MARK: folder, TEMPORARY: folder, "PYTHONPATH": imports}
         before = dict(os.environ)
-        os.environ.update({guard.MARK: str(self.folder), TEMPORARY: str(self.folder)})
+        os.environ.update(variables)
         try:
             yield
         finally:
-            for name in (guard.MARK, TEMPORARY):
+            for name in variables:
                 os.environ.pop(name, None)
                 if name in before:
                     os.environ[name] = before[name]

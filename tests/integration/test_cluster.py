@@ -18,7 +18,8 @@ from variables import without_ray
 
 from orchestrator.cluster import main_memory
 from orchestrator.cluster.address import address_of
-from orchestrator.cluster.connection import Cluster, connect
+from orchestrator.cluster.connection import NO_MASK, Cluster, connect
+from orchestrator.cluster.environment import WORKER_ENVIRONMENT
 from orchestrator.cluster.failures import RunFailed
 from orchestrator.cluster.group import WorkerGroup
 from orchestrator.cluster.hardware import Gpu, local_topology
@@ -243,6 +244,28 @@ def test_a_group_serves_and_is_gone_when_killed(ray_cluster):
     group.kill()
     assert not any(psutil.pid_exists(pid) for pid in pids)
     assert {entry["state"] for entry in placement_group_table().values()} == {"REMOVED"}
+
+
+def test_workers_of_a_local_ray_have_their_environment_and_the_folder_for_temporary_files(
+    ray_cluster,
+):
+    """They get it as they begin: Ray's way to give one starts Python twice."""
+    import ray
+
+    group = started(ray_cluster, 2)
+    try:
+        told = ray.get([actor.__ray_call__.remote(surroundings) for actor in group._actors])
+    finally:
+        group.kill()
+    wanted = {**WORKER_ENVIRONMENT, "OMP_NUM_THREADS": "1", NO_MASK: "1"}
+    for environment, folder, began_with in told:
+        assert wanted.items() <= environment.items()
+        assert folder == tempfile.gettempdir()
+        assert "NCCL_GRAPH_MIXING_SUPPORT" not in began_with
+
+
+def surroundings(worker):
+    return dict(os.environ), tempfile.gettempdir(), psutil.Process().environ()
 
 
 def test_a_placement_with_reversed_devices_reverses_the_ranks(ray_cluster, monkeypatch):

@@ -19,7 +19,7 @@ import pytest
 import ray
 from packaging.requirements import Requirement
 
-from orchestrator.cluster import connection, ray_private
+from orchestrator.cluster import ray_private
 from orchestrator.cluster.connection import Cluster
 
 ROOT = Path(__file__).parents[2]
@@ -233,26 +233,24 @@ def test_ray_goes_on_while_its_dashboard_starts(
     assert Node.start_api_server is Dashboard.start
 
 
-@pytest.mark.ray
-def test_ray_goes_on_as_soon_as_its_raylet_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray would sleep for two seconds where it asks before."""
+def test_ray_asks_for_its_raylet_once_that_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it asks before, it sleeps for two seconds."""
     from ray._private import node, services
+    from ray._private.state import GlobalState
 
     assert "ray._private.services.get_node(" in inspect.getsource(node.Node.__init__)
-    ask, known = services.get_node, []
-
-    def asked(gcs_address: str, node_id: str) -> object:
-        began = time.monotonic()
-        found = ask(gcs_address, node_id)
-        known.append(time.monotonic() - began)
-        return found
-
-    monkeypatch.setattr(services, "get_node", asked)
-    with connection.connect(None, "cpu", 1, dashboard=False):
-        pass
-    assert known
-    assert max(known) < 1
-    assert services.get_node is asked
+    assert "accessor.get_node(node_id)" in inspect.getsource(GlobalState.get_node)
+    tables, asked = iter(([], [{"NodeID": "of another"}], [{"NodeID": NO_NODE}])), list[object]()
+    monkeypatch.setattr(services, "get_node", lambda *which: asked.append(which))
+    monkeypatch.setattr(services, "_get_gcs_client_options", lambda address: address)
+    monkeypatch.setattr(GlobalState, "_initialize_global_state", lambda self, options: None)
+    monkeypatch.setattr(GlobalState, "node_table", lambda self: next(tables))
+    replaced = services.get_node
+    with ray_private.raylet_at_once():
+        services.get_node("127.0.0.1:1", NO_NODE)
+    assert asked == [("127.0.0.1:1", NO_NODE)]
+    assert list(tables) == []
+    assert services.get_node is replaced
 
 
 STARTED = """
