@@ -38,8 +38,9 @@ class Worker:
     def __init__(
         self, rank: int = 0, device_index: int = 0, environment: Mapping[str, str] | None = None
     ) -> None:
-        os.environ.update(environment or {})
-        tempfile.tempdir = None  # what was found before may be another one
+        if environment:
+            os.environ.update(environment)
+            tempfile.tempdir = None  # where temporary files go was asked for before
         self.rank = rank
         self.device_index = device_index
         self._gpu_ids: list[str] = []
