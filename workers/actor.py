@@ -7,6 +7,7 @@ ray is imported only to ask which node and GPU it gave this actor, and to end th
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -40,6 +41,8 @@ class Worker:
     ) -> None:
         if environment:
             os.environ.update(environment)
+            paths = environment.get("PYTHONPATH", "").split(os.pathsep)
+            sys.path[:0] = [path for path in paths if path and path not in sys.path]
             tempfile.tempdir = None  # where temporary files go was asked for before
         self.rank = rank
         self.device_index = device_index

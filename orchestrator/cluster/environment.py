@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 
 from workers.rendezvous import ON_LOOPBACK
@@ -20,6 +21,11 @@ WORKER_ENVIRONMENT: Mapping[str, str] = {
     "PYTHONUNBUFFERED": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
+
+
+def import_path() -> str:
+    """PYTHONPATH of a process that shall import what this one can."""
+    return os.pathsep.join(path or os.getcwd() for path in sys.path)
 
 
 def here() -> dict[str, str]:

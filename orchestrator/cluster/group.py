@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orchestrator.cluster import nsight
 from orchestrator.cluster.connection import NO_MASK, Cluster
-from orchestrator.cluster.environment import WORKER_ENVIRONMENT
+from orchestrator.cluster.environment import WORKER_ENVIRONMENT, import_path
 from orchestrator.cluster.failures import RunFailed
 from orchestrator.cluster.hanging import hanging, stands_of
 from orchestrator.cluster.main_memory import MemoryWatch
@@ -247,6 +247,9 @@ class WorkerGroup:
         of several bundles."""
         resource, environment = RESOURCES[self._plan.device], self._environment()
         amount = 0 if self._plan.spans_nodes else self._step
+        # Ray starts Python twice where it is to give a process an environment: most of a second.
+        by_ray = not self._cluster.embedded or environment[NO_MASK] != "1" or bool(runtime)
+        given = {"runtime_env": {"env_vars": environment, **runtime}} if by_ray else {}
         remote = ray.remote(Worker).options(
             name=name,
             num_cpus=amount if resource == "CPU" else 0,
@@ -258,11 +261,9 @@ class WorkerGroup:
                 placement_group_bundle_index=bundle,
                 placement_group_capture_child_tasks=self._plan.spans_nodes,
             ),
+            **given,
         )
-        # Ray starts Python twice where it is to give a process an environment: most of a second.
-        if self._cluster.embedded and environment[NO_MASK] == "1" and not runtime:
-            return remote.remote(environment=environment)
-        return remote.options(runtime_env={"env_vars": environment, **runtime}).remote()
+        return remote.remote(environment=None if by_ray else environment)
 
     def _environment(self) -> dict[str, str]:
         """The environment of every worker. A rank sees every GPU of its node, because NCCL's peer
@@ -275,6 +276,8 @@ class WorkerGroup:
             environment["OMP_NUM_THREADS"] = "1"
         if self._cluster.session:  # Ray has its own; what is compiled there is for later commands
             environment[TEMPORARY] = tempfile.gettempdir()
+        if self._cluster.embedded:
+            environment["PYTHONPATH"] = import_path()
         return environment
 
     # -- under Nsight Systems and Nsight Compute

@@ -23,6 +23,7 @@ from pathlib import Path
 import psutil
 
 from orchestrator.cluster import guard
+from orchestrator.cluster.environment import import_path
 from orchestrator.cluster.processes import kill
 from orchestrator.errors import UserError
 from workers.process import ProcessId
@@ -61,8 +62,8 @@ class RaySession:
         import what this process can. Its temporary files go into the folder: Ray's servers are
         killed, and remove none."""
         tempfile.gettempdir()  # this process stays with its own
-        folder, imports = str(self.folder), os.pathsep.join(one or os.getcwd() for one in sys.path)
-        variables = {guard.MARK: folder, TEMPORARY: folder, "PYTHONPATH": imports}
+        folder = str(self.folder)
+        variables = {guard.MARK: folder, TEMPORARY: folder, "PYTHONPATH": import_path()}
         before = dict(os.environ)
         os.environ.update(variables)
         try:
