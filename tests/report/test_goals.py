@@ -115,26 +115,28 @@ def test_what_has_been_gained_since_both_engines_ran_is_said() -> None:
 
 def test_how_far_vllm_is_behind_with_the_kernels_of_now() -> None:
     every, said = [], reached("1.15x of vLLM")
-    for folder, words, mean_is in (
-        (
-            f"{PLACED}/qwen2.5-32b",
-            "Of the 32B it is {:.2f}x, {:.2f}x and {:.2f}x for",
-            "of the 32B, ",
-        ),
-        (SEVENTY_AGAIN, " {:.2f}x, {:.2f}x and {:.2f}x, ", "1.04x, "),
-        (f"{PLACED}/llama-8b", "of the 8B {:.2f}x, {:.2f}x and {:.2f}x, ", "1.19x, "),
+    for folder, words in (
+        (f"{PLACED}/qwen2.5-32b", "Of the 32B it is {} for 1, 32 and 100 users, {:.2f}x; "),
+        (SEVENTY_AGAIN, " {}, {:.2f}x; of the 8B"),
+        (f"{PLACED}/llama-8b", "of the 8B {}, {:.2f}x. "),
     ):
-        ratios = [
-            mean("output_throughput", folder, "tp2", users)
-            / mean("output_throughput", folder, "tp2", users, "vllm")
-            for users in (1, 32, 100)
-        ]
-        assert words.format(*ratios) in said
-        assert "{:.2f}x, {:.2f}x and {:.2f}x".format(*ratios) in newest()
-        assert f"{mean_is}{geometric_mean(ratios):.2f}x" in said
+        ratios = over_vllm(folder)
+        three = "{:.2f}x, {:.2f}x and {:.2f}x".format(*ratios)
+        assert words.format(three, geometric_mean(ratios)) in said
+        assert three in newest()
         every += ratios
+    assert f"yes of the 32B, {geometric_mean(every[:3]):.2f}x, and" in said
     assert f"of three models together, {geometric_mean(every):.2f}x, beside" in said
     assert f"Not of the 32B and the 70B together: {geometric_mean(every[:-3]):.2f}x" in said
+
+
+def over_vllm(folder: str, layout: str = "tp2") -> list[float]:
+    """For 1, 32 and 100 users."""
+    return [
+        mean("output_throughput", folder, layout, users)
+        / mean("output_throughput", folder, layout, users, "vllm")
+        for users in (1, 32, 100)
+    ]
 
 
 def newest() -> str:
@@ -144,14 +146,7 @@ def newest() -> str:
 
 
 def test_vllm_is_behind_in_each_cell_of_that_start() -> None:
-    ratios = {
-        layout: [
-            mean("output_throughput", AGAIN, layout, users)
-            / mean("output_throughput", AGAIN, layout, users, "vllm")
-            for users in (1, 32, 100)
-        ]
-        for layout in ("tp2", "dp2", "pp2")
-    }
+    ratios = {layout: over_vllm(AGAIN, layout) for layout in ("tp2", "dp2", "pp2")}
     every = list(chain(*ratios.values()))
     said = reached("ahead of vLLM in every cell")
     assert f"of the 32B: {min(every):.2f}x to {max(every):.2f}x." in said
@@ -159,6 +154,17 @@ def test_vllm_is_behind_in_each_cell_of_that_start() -> None:
     for layout, of_layout in ratios.items():
         words = "{:.2f}x, {:.2f}x and {:.2f}x".format(*of_layout)
         assert re.search(rf"{words} (of vLLM )?under {layout}\b", page)
+    words = "{:.2f}x, {:.2f}x and {:.2f}x".format(*over_vllm(EIGHT_AGAIN))
+    assert f"in which `torch` delivers {words}." in page
+
+
+@pytest.mark.parametrize("model", ["qwen2.5-32b", "llama-8b"])
+def test_vllm_stands_beside_the_newest_starts(model: str) -> None:
+    folder = f"{PLACED}/{model}"
+    theirs = [mean("output_throughput", folder, "tp2", users, "vllm") for users in (1, 32, 100)]
+    lines = "| | tok/s of vLLM | {:.1f} | {:,.0f} | {:,.0f} |\n".format(*theirs)
+    lines += "| | over vLLM | {:.2f}x | {:.2f}x | {:.2f}x |".format(*over_vllm(folder))
+    assert lines in (DOCS / "performance.md").read_text(encoding="utf-8")
 
 
 def steps(folder: str, layout: str = "tp2", loads: Sequence[int] = (1, 32)) -> list[float]:

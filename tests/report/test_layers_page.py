@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import pyarrow.ipc
@@ -128,16 +127,3 @@ def test_attention_alone_takes_what_the_page_says() -> None:
         line = f"| {'FP8' if is_fp8 else 'BF16'} | {requests} | {context:,} | "
         line += f"{us:.1f} | {other:.1f} | {other / us - 1:+.1%} |"
         assert (line in PLACED) == (is_fp8 or abs(other / us - 1) > 0.01)
-
-
-@pytest.mark.parametrize("model", ["qwen2.5-32b", "llama-8b"])
-def test_vllm_is_beside_both_models(model: str) -> None:
-    made: dict[tuple[str, int], list[float]] = {}
-    for row in rows_of(f"2xh200/placed/{model}/summary"):
-        made.setdefault((row["engine"], row["max_concurrency"]), []).append(
-            row["output_throughput"]
-        )
-    ours, theirs = ([fmean(made[name, n]) for n in (1, 32, 100)] for name in ("torch", "vllm"))
-    line = "| | tok/s of vLLM | {:.1f} | {:,.0f} | {:,.0f} |\n".format(*theirs)
-    over = [mine / other for mine, other in zip(ours, theirs, strict=True)]
-    assert line + "| | over vLLM | {:.2f}x | {:.2f}x | {:.2f}x |".format(*over) in PLACED

@@ -13,9 +13,9 @@ _PROGRAMS = 132  # that run at once, one a multiprocessor
 # Of attention: enough programs to give every multiprocessor of a large GPU two, and those that it
 # runs at once: five each.
 _TARGET, _PLACES = 2 * _PROGRAMS, 5 * _PROGRAMS
-_CONTEXTS = 192  # that need no parts where they are short
+_CONTEXTS = 192  # that need no parts where they are short, and have no pages ahead
+_FP8_CONTEXTS = 96  # that have none in FP8
 _AHEAD = 2  # pages of a part that a kernel has while it waits
-_FP8_CONTEXTS = 96  # the same, of those in FP8 that have pages ahead
 _LONG = 16  # pages of a context from which on parts are worth their join
 
 
